@@ -56,7 +56,7 @@ def question(action: dict[str, Any]) -> str:
         case {"do": "cancel", "uid": str(), "label": str(label)}:
             return f"Cancel task {label[:80]}? If it runs, its process is killed."
         case {"do": "retry", "uid": str(), "label": str(label)}:
-            return f"Submit task {label[:80]} once more, with the same arguments?"
+            return f"Submit task {label[:80]} once more, with the same arguments and options?"
         case {"do": "replay", "queue": str(queue), "number": int()}:
             return f"Send this dead letter to {queue[:80]} again, so that its tasks run?"
         case {"do": "resize", "nodes": int(nodes)} if 0 <= nodes <= _MOST_NODES:

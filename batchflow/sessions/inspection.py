@@ -45,7 +45,10 @@ class TaskInspector:
         return True
 
     async def retry(self, uid: str) -> str:
-        """Submit a task once more, with the session's files of now. Raises `ConfigurationError`."""
+        """Submit a task once more, with its options and the session's files of now.
+
+        Raises `ConfigurationError` for one that cannot be repeated.
+        """
         kept = self._parts.outcomes.history.watch().find_arguments(uid)
         if kept is None:
             raise ConfigurationError("the session has forgotten this task: submit it again in the program")
@@ -60,7 +63,8 @@ class TaskInspector:
         opened = arguments.open() if isinstance(arguments, KeptArguments) else arguments
         if opened is None or (isinstance(arguments, KeptArguments) and arguments.stored):
             raise ConfigurationError("its arguments are not here any more: submit it again in the program")
-        submission = Submission.of(known["command"], list(opened), task_id=known["task_id"])
+        options: dict[str, Any] = {"task_id": known["task_id"], **(known["options"] or {})}
+        submission = Submission.of(known["command"], list(opened), **options)
         return (await self._parts.submitter.enqueue(submission)).uid
 
     def _open_task(self, uid: str) -> Entry | None:

@@ -141,7 +141,8 @@ class TaskEncoder:
         return Reference(blob, len(data))
 
     def keep_arguments(self, submission: Submission, entry: Entry) -> None:
-        """Keep what the result will show of the arguments."""
+        """Keep what the result will show of the arguments, and the options."""
+        entry.options = submission.options()
         blob = entry.arguments_blob
         if submission.encoded is None and blob is None:
             entry.arguments = submission.arguments

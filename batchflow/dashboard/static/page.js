@@ -307,7 +307,7 @@ async function showTask(uid) {
     state(told.status),
     parts.length ? el("div", { class: "times", "aria-hidden": "true" }, ...bars) : null,
     parts.length ? el("p", { class: "quiet" }, parts.map(([, word, from, to]) => `${word} ${span(to - from)}`).join(", ")) : null,
-    facts([["Command", told.command], ["Session", `${told.job}/${told.client}`], ["Node", told.node ?? "–"], ["Submitted", clock(told.submitted)], ["Started", clock(told.started)], ["Ended", clock(told.finished)], ["Attempt", told.attempt > 1 ? told.attempt : null], ["Files", told.files?.join(", ")], ["Waits for", others(told.inputs)], ["Waited for by", others(told.consumers)]]),
+    facts([["Command", told.command], ["Session", `${told.job}/${told.client}`], ["Node", told.node ?? "–"], ["Submitted", clock(told.submitted)], ["Started", clock(told.started)], ["Ended", clock(told.finished)], ["Attempt", told.attempt > 1 ? told.attempt : null], ["Options", told.options], ["Files", told.files?.join(", ")], ["Waits for", others(told.inputs)], ["Waited for by", others(told.consumers)]]),
     acts ? el("div", { class: "acts" }, live ? el("button", { type: "button", on: { click: () => act({ do: "cancel", uid, label }) } }, "Cancel") : el("button", { type: "button", on: { click: () => act({ do: "retry", uid, label }) } }, "Run again")) : null,
     ...block(told.kind ?? "Error", told.error, "bad"), ...block("Traceback", told.traceback, "bad"), ...block("Arguments", told.args), ...block("Value", told.value), ...block("stdout", told.stdout), ...block("stderr", told.stderr),
     ...(told.attempts ?? []).flatMap((each) => block(`Attempt ${each.number} on ${each.node}`, each.error)),

@@ -22,6 +22,7 @@ from batchflow.support.frozen import frozen
 
 if TYPE_CHECKING:
     from batchflow.protocol.wire import ResultItem
+    from batchflow.sessions.records.submission import TaskOptions
     from batchflow.sessions.records.tracker import Entry
 
 MOST_RUNS: Final = 5_000
@@ -94,7 +95,11 @@ class RecentTasks:
         self._runs.append(_run(entry, item, self._clock()))
         self._hosts.append(item.host or "")
         kept = self._succeeded if item.status.value == "succeeded" else self._others
-        kept[entry.uid] = detail(entry, item) | {"received": self._clock(), "args": _kept(entry.arguments)}
+        kept[entry.uid] = detail(entry, item) | {
+            "received": self._clock(),
+            "args": _kept(entry.arguments),
+            "options": entry.options,
+        }
         if len(kept) > MOST_DETAILS:
             kept.popitem(last=False)
 
@@ -116,7 +121,9 @@ class RecentTasks:
     def find(self, uid: str) -> dict[str, Any] | None:
         """Return the details of a task; None when they are not kept."""
         known = self._succeeded.get(uid) or self._others.get(uid)
-        return None if known is None else known | {"args": _shown(known["args"])}
+        if known is None:
+            return None
+        return known | {"args": _shown(known["args"]), "options": _options_text(known["options"])}
 
 
 def detail(entry: Entry, item: ResultItem | None) -> dict[str, Any]:
@@ -130,6 +137,7 @@ def detail(entry: Entry, item: ResultItem | None) -> dict[str, Any]:
         "status": entry.status.value,
         "submitted": entry.submitted_at,
         "args": _shown(entry.arguments) if item is None else None,
+        "options": _options_text(entry.options) if item is None else None,
     }
     if item is None:
         if entry.running_on is not None:
@@ -177,6 +185,13 @@ def _kept(given: list[Any] | KeptArguments | None) -> list[Any] | KeptArguments 
         return None
     size = len(given.data if isinstance(given, KeptArguments) else arguments.in_blob(given, None))
     return LargeArguments(size) if size > MOST_ARGUMENTS else given
+
+
+def _options_text(options: TaskOptions | None) -> str | None:
+    """Return options as they are written in a call."""
+    if options is None:
+        return None
+    return _cut(", ".join(f"{name}={value!r}" for name, value in options.items()), MOST_VALUE)
 
 
 def _shown(value: Any) -> str:

@@ -50,6 +50,10 @@ class TaskOptions(TypedDict, total=False):
     priority: Priority | None
 
 
+_REPEATED: Final = ("timeout", "retry", "memory_limit", "stream_output", "requires", "priority", "tag")
+"""The options that a repetition of a task has as well."""
+
+
 class MapOptions(TaskOptions, total=False):
     """What `map` takes beside the command and the inputs: each as `Session.map` has it."""
 
@@ -161,6 +165,17 @@ class Submission:
                 self.requires = Needs.read(self.requires).fields() or None
             except ValueError as error:
                 raise ConfigurationError(f"{command}: requires: {error}") from None
+
+    def options(self) -> TaskOptions | None:
+        """Return what a repetition of the task has beside command and arguments; None: nothing.
+
+        When a task expires, and what it waits for, is of one submission alone.
+        """
+        usual = self.timeout is None and self.retry is None and self.memory_limit is None
+        if usual and self.requires is None and self.priority is None and self.tag is None:
+            return {"stream_output": True} if self.stream_output else None
+        given = ((name, getattr(self, name)) for name in _REPEATED)
+        return cast("TaskOptions", {name: value for name, value in given if value is not None})
 
     def begin_by(self, now: float) -> float | None:
         """Return when it expires if it is submitted now; None: never."""

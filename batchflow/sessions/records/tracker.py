@@ -34,6 +34,7 @@ from batchflow.support.frozen import frozen, maker
 
 if TYPE_CHECKING:
     from batchflow.protocol.lanes import Priority
+    from batchflow.sessions.records.submission import TaskOptions
     from batchflow.settings import SessionSettings
 
 _result: Final = maker(Result)
@@ -100,6 +101,8 @@ class Entry:
     """Where it ran at an agent's last heartbeat."""
     arguments: list[Any] | KeptArguments | None = None
     arguments_blob: str | None = None
+    options: TaskOptions | None = None
+    """What a repetition of it is submitted with beside command and arguments."""
     trace: Any = None
     """Its `TaskTrace`; None for one that is not traced."""
     begin_by: float | None = None

@@ -20,6 +20,7 @@ from batchflow.pool import Pool
 from batchflow.ports.broker import OutgoingMessage
 from batchflow.ports.compute import NodeInfo
 from batchflow.protocol import documents, layout, wire
+from batchflow.retry import RetryPolicy
 from batchflow.session import Session
 from tests.support.agent import Agent
 from tests.support.agent_world import task
@@ -312,7 +313,9 @@ async def test_a_failed_task_is_told_with_its_traceback_and_runs_again(
 ) -> None:
     """With the same arguments, as a new task."""
     await get(handlers, "/task", uid="")  # from here on details are kept
-    task = await session.submit("x.py", args=[7], task_id="seven")
+    options: dict[str, Any] = {"timeout": 30.0, "tag": {"row": 1}, "requires": {"slots": 2}}
+    options["retry"] = RetryPolicy(max_attempts=1)
+    task = await session.submit("x.py", args=[7], task_id="seven", **options)
     (item,) = await agent.take()
     await agent.answer(
         item,
@@ -326,10 +329,14 @@ async def test_a_failed_task_is_told_with_its_traceback_and_runs_again(
     told = orjson.loads((await get(handlers, "/task", uid=item.uid)).body)
     assert (told["status"], told["traceback"], told["stdout"]) == ("failed", "line 1\nline 2", "printed")
     assert told["repeat"] == f"batchflow replay {item.uid} --pool demo"
+    assert told["options"].startswith("timeout=30.0, retry=")
     action = {"do": "retry", "uid": item.uid, "label": "seven"}
     _, asked = await act(handlers, action=action)
     status, _ = await act(handlers, action=action, answer=asked["answer"])
     assert status == 200
     (again,) = await agent.take()
     assert (again.task_id, again.params) == ("seven", [7])
+    for name in (*options, "memory_limit", "stream_output"):
+        assert getattr(again, name) == getattr(item, name)
+    assert (again.timeout, again.tag, again.requires) == (30.0, {"row": 1}, {"slots": 2})
     assert again.uid != item.uid
