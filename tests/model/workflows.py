@@ -204,6 +204,7 @@ class Workflow:
             yield Wait(lambda: self._unsaved, session.now + _LOOK)
             if self._unsaved:
                 yield sleep(session, _GATHER)
+            yield Wait(lambda: not self._writing)
             yield from self._write()
             self.keeper.delete_documents()
             self._tidy = not (len(session.tracker) or session.tracker.unclaimed)
