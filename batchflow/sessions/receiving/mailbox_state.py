@@ -367,6 +367,9 @@ class MailboxState(Generic[Attachment]):
         current = message.attachment is self.attachment  # else its message is redelivered
         if current and (unread := self._unread(item.uid)) is not None:
             unread.acknowledgement = self._recorded(item, acknowledgement)
+            if item.uid in self._coming_again:
+                self._coming_again.discard(item.uid)
+                self.retain(unread)
         elif not own and self._is_adopted(item.uid):
             self._adopt(item, sequence, message, acknowledgement, expected)
         elif current and (expected is not None or item.uid in self._coming_again):
