@@ -141,6 +141,12 @@ async def deletes(pool: Pool, client: Client) -> None:
         await client.pool(pool.id)
 
 
+async def broadcasts(pool: Pool) -> None:
+    results = await pool.broadcast("echo.py", args=[5])
+    assert {*results} == {node.id for node in await pool.nodes()}
+    assert {tuple(result.value or ()) for result in results.values()} == {(5,)}
+
+
 async def stops(pool: Pool) -> None:
     await pool.stop()
     assert await pool.heartbeats() == []
@@ -168,6 +174,7 @@ def uses(client: Client, pool: Pool, job: Job, session: Session, task: Task[Any]
         "Session.explain": session.explain,
         "Session.update_files": lambda: session.update_files([TASKS]),
         "Session.cancel_all": lambda: cancels_all(pool),
+        "Pool.broadcast": lambda: broadcasts(pool),
         "Pool.session Session.__aenter__ Session.__aexit__": lambda: opens_and_closes(pool),
         "Client.__aenter__ Client.__aexit__": lambda: connects(client.settings, pool.id),
         "Client.pool": lambda: client.pool(pool.id),
@@ -214,7 +221,7 @@ SENDS_NOTHING = {
     *("Client.__await__", "Client.from_config", "Client.local"),
     *("Job.session", "Session.__await__", "Session.events", "Session.take", "Session.task"),
     *("Session.graph", "Session.report"),
-    *("Result.exception", "Result.unwrap"),
+    *("Result.exception", "Result.unwrap", "Task.file"),
     *("EventStream.__anext__", "EventStream.aclose"),
     *(f"{kind}.abandon" for kind in ("MapResults", "SessionResults", "ProgressStream")),
     *("SessionResults.aclose", "SessionResults.collect", "ProgressStream.progress"),

@@ -142,6 +142,10 @@ async def test_deleting_a_job_leaves_nothing_of_it(own: Pool) -> None:
             await session.submit("large.py")
             await session.submit("leaves_files.py", args=["one", "two"])
     await eventually_equal(lambda: work(own), 0)
+    async with own.session("writer", job="gone") as session:
+        for number in range(3):  # a message each: more than the two that end with the job may leave behind
+            await session.submit("echo.py", args=number)
+            await eventually_equal(lambda: work(own), 0)
     assert {"results", "outputs"} <= await blobs(own, "gone")
     async with own.session("reader", job="gone") as reader:
         tasks = [

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -47,7 +49,10 @@ def inside(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
         monkeypatch.chdir(cli.folder)
         monkeypatch.setattr(os, "environ", cli.environment)
         monkeypatch.setattr(sys, "stdin", io.StringIO())
-        code = main(arguments)
+        with warnings.catch_warnings():  # what a command has not closed in time ends with its process
+            warnings.simplefilter("ignore", ResourceWarning)
+            code = main(arguments)
+            gc.collect()
         said = capsys.readouterr()
         return subprocess.CompletedProcess(arguments, code, said.out, said.err)
 
