@@ -58,7 +58,8 @@ class Cancellations:
     The document exists as long as tasks may be queued, so that the deletion of the job finds each client of
     it. It keeps what earlier holders of the mailbox cancelled. A cancellation that no agent confirmed stays,
     because the task may still be queued. Of the confirmed ones the last `KEPT` stay, because an agent that
-    dies before it completes the message leaves the task to another agent.
+    dies before it completes the message leaves the task to another agent. A task that waits for others is
+    written as well: a later session may send it, as long as its outcome was not shown.
     """
 
     def __init__(
@@ -109,7 +110,12 @@ class Cancellations:
 
     async def release(self) -> None:
         """Remove the document, unless a queued task may need it."""
-        if self._made and not len(self._context.tracker) and not self._unconfirmed:
+        if (
+            self._made
+            and not len(self._context.tracker)
+            and not self._unconfirmed
+            and not any(entry.is_unsent for entry in self._wanted.values())
+        ):
             await self._context.delete_blob(self._ctl, self._blob)
 
     async def run(self) -> None:
@@ -186,14 +192,11 @@ class Cancellations:
 
         Raises `StorageError` when the cancellation cannot be written; then those that were sent stay.
         """
-        for entry in entries:
-            if entry.item is not None and not entry.done:
-                self._outcomes.resolve(entry, outcome(entry, reason))
-        if sent := [entry for entry in entries if not entry.done]:
-            self._wanted.update((entry.sequence, entry) for entry in sent)
+        if left := self._end_unsent(entries, lambda entry: outcome(entry, reason)):
+            self._wanted.update((entry.sequence, entry) for entry in left)
             async with self._lock:
                 await self._write()
-            self._resolve(sent, lambda entry: outcome(entry, reason))
+            self._resolve(left, lambda entry: outcome(entry, reason))
         self._outcomes.change.notify()
 
     def abandon(self, run: Stoppable) -> None:
@@ -205,31 +208,45 @@ class Cancellations:
             loop.call_soon_threadsafe(lambda: self.give_up(run.stop()))
 
     def _withdraw(self, entries: list[Entry]) -> list[Entry]:
-        """End the tasks that were not sent. Return those that were, and have no outcome."""
-        for entry in entries:
-            if entry.done:
-                continue
-            if entry.item is not None or entry.status is Status.WAITING:
-                self._outcomes.resolve(entry, cancelled_result(entry, "cancelled before it was sent"))
+        reason = "cancelled before it was sent"
+        left = self._end_unsent(entries, lambda entry: cancelled_result(entry, reason))
         self._outcomes.change.notify()
-        return [entry for entry in entries if not entry.done]
+        return left
+
+    def _end_unsent(self, entries: list[Entry], outcome: Callable[[Entry], ResultItem]) -> list[Entry]:
+        """End the tasks that were not sent. Return those whose cancellation is to be written.
+
+        They were sent and have no outcome, or a later session may send them.
+        """
+        unfinished = [entry for entry in entries if not entry.done]
+        outlives = self._outcomes.outlives
+        left = [entry for entry in unfinished if not _can_be_withdrawn(entry) or outlives(entry)]
+        for entry in unfinished:
+            if _can_be_withdrawn(entry):  # not if it waited for one before it
+                self._outcomes.resolve(entry, outcome(entry))
+        return left
 
     async def _request(self, entries: list[Entry]) -> None:
-        """Write the cancellation of tasks that were sent."""
+        """Write the cancellation of tasks that were sent, or that a later session may send."""
         if not entries:
             return
         self._wanted.update((entry.sequence, entry) for entry in entries)
         async with self._lock:
             if not all(entry.sequence in self.written for entry in entries):
                 await self._write()
-        self._context.background.start(self._confirm(entries), "confirm cancellations")
+        if not all(entry.done for entry in entries):
+            self._context.background.start(self._confirm(entries), "confirm cancellations")
 
     def confirmed(self, sequence: int) -> None:
         """Note that an agent gave this task an outcome after all."""
         self._unconfirmed.discard(sequence)
 
     async def _write(self) -> None:
-        confirmed = [n for n, entry in self._wanted.items() if entry.done and n not in self._unconfirmed]
+        confirmed = [
+            number
+            for number, entry in self._wanted.items()
+            if entry.done and not entry.is_unsent and number not in self._unconfirmed
+        ]
         for number in confirmed[:-KEPT]:
             del self._wanted[number]
         numbers = set(self._wanted)
@@ -267,6 +284,11 @@ class Cancellations:
             if not entry.done:
                 self._unconfirmed.add(entry.sequence)
                 self._outcomes.resolve(entry, outcome(entry), expect_message=self._expect_message)
+
+
+def _can_be_withdrawn(entry: Entry) -> bool:
+    """Return whether a task has no outcome, and was not taken for a send."""
+    return not entry.done and (entry.item is not None or entry.status is Status.WAITING)
 
 
 def intervals(numbers: list[int]) -> list[tuple[int, int]]:

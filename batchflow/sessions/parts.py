@@ -52,6 +52,7 @@ def _keep_workflows(
     submitter.dependents.keeper = keeper
     outcomes.on_accepted = keeper.sent
     outcomes.is_restored = lambda: keeper.restored
+    outcomes.outlives, outcomes.owe = keeper.keeps, keeper.owe
 
     def hold(waiting: Waiting) -> None:
         submitter.dependents.hold(waiting)

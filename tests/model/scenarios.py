@@ -64,6 +64,10 @@ SMALL: Final[Mapping[str, Scenario]] = {
     "a cancellation in a graph": Scenario(
         (Plan("client", _CHAIN, cancels=frozenset({1}), graph=True, pause=2.0),), agents_after=1.0
     ),
+    "a late cancellation in a graph": Scenario(
+        (Plan("client", _CHAIN, cancels=frozenset({1}), cancel_after=0.5, graph=True, pause=2.0),),
+        agents_after=1.0,
+    ),
     "failures in a row": Scenario((Plan("client", _ROW, graph=True),)),
     "a join": Scenario((Plan("client", _JOIN, graph=True),)),
     "a long task in a graph": Scenario((Plan("client", _LONG, graph=True, closes_after=1),)),
@@ -83,6 +87,7 @@ SLOW: Final = frozenset(
         "a chain",
         "a failure in a graph",
         "a cancellation in a graph",
+        "a late cancellation in a graph",
         "failures in a row",
         "a join",
         "a long task in a graph",

@@ -151,10 +151,17 @@ class Session(Process):
         self.world.note(history.Finished(self.now, entry.uid, f"{outcome.status.value} {outcome.kind}"))
         if expect_message is not None:
             expect_message(entry)
+        elif self.outlives(entry):
+            assert self.workflow is not None
+            self.workflow.keeper.owe(entry)
         else:
             self.mailbox.record.withdraw(entry.uid)
         self.resolved(entry)
         return True
+
+    def outlives(self, entry: Entry) -> bool:
+        """Whether a later session may go on with a task that the broker does not have."""
+        return self.workflow is not None and self.workflow.keeper.keeps(entry)
 
     def resolved(self, entry: Entry) -> None:
         """Its arguments are needed no longer, and others may begin."""
@@ -435,8 +442,10 @@ class Cancelling:
         if entry.done:
             return
         if entry.item is not None or entry.status is Status.WAITING:
+            outlives = session.outlives(entry)
             session.resolve(entry, cancelled_result(entry, "cancelled before it was sent"))
-            return
+            if not outlives:
+                return
         self._wanted[entry.sequence] = entry
         while self._writing:
             yield Wait(lambda: not self._writing)
@@ -445,6 +454,8 @@ class Cancelling:
             yield from self._write()
             self._writing = False
         session.world.note(history.Cancelled(session.now, entry.uid))
+        if entry.done:
+            return
         yield sleep(session, CONFIRMATION)
         if not entry.done:
             self._unconfirmed.add(entry.sequence)
@@ -459,7 +470,11 @@ class Cancelling:
 
     def _write(self) -> Steps:
         blobs = self._session.world.cloud.blobs
-        confirmed = [n for n, entry in self._wanted.items() if entry.done and n not in self._unconfirmed]
+        confirmed = [
+            number
+            for number, entry in self._wanted.items()
+            if entry.done and not entry.is_unsent and number not in self._unconfirmed
+        ]
         for number in confirmed[:-KEPT]:
             del self._wanted[number]
         numbers = sorted(self._wanted)
@@ -480,5 +495,6 @@ class Cancelling:
 
     def release(self) -> Steps:
         """Remove it, if no task can be queued that needs it."""
-        if self._made and not len(self._session.tracker) and not self._unconfirmed:
+        may_be_sent = any(entry.is_unsent for entry in self._wanted.values())
+        if self._made and not (len(self._session.tracker) or self._unconfirmed or may_be_sent):
             yield from self._session.drop_blob(self._blob)

@@ -297,6 +297,11 @@ def counts_what_was_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Entry, "is_unsent", property(lambda self: self.status is Status.WAITING))
 
 
+def withdraws_what_was_written_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The outcome that a session gives a task which waits counts as delivered before it was shown."""
+    monkeypatch.setattr(WorkflowKeeper, "keeps", lambda self, entry: False)
+
+
 def gives_up_what_was_delivered(monkeypatch: pytest.MonkeyPatch) -> None:
     """A result that an earlier session has shown is taken for lost before its message can come again."""
     restore = WorkflowKeeper.restore
@@ -341,6 +346,7 @@ ONE_FAULT = [
     (gives_up_what_was_delivered, "a close in a graph", "followed"),
     (reads_nothing_back, "a close in a graph", "lost"),
     (counts_what_was_not_sent, "a cancellation in a graph", "stuck"),
+    (withdraws_what_was_written_down, "a late cancellation in a graph", "lost"),
     (forgets_what_it_sent, "a long task in a graph", "followed"),
     (forgets_what_was_delivered, "a close in a graph", "twice"),
 ]

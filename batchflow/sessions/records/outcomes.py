@@ -55,6 +55,10 @@ class Outcomes:
         """Called with each task that the broker has, where tasks that wait outlive the session."""
         self.is_restored: Callable[[], bool] = lambda: True
         """Whether it is known what waits since earlier sessions."""
+        self.outlives: Callable[[Entry], bool] = lambda _: False
+        """Whether a later session may go on with a task, because it waits or waited for others."""
+        self.owe: Callable[[Entry], None] = lambda _: None
+        """Called with each of these that the session itself gave its outcome."""
         self._accepting = Waiters()
         """Calls that wait until the broker has a task."""
         self.bring: Callable[[Entry], None] | None = None
@@ -199,12 +203,15 @@ class Outcomes:
         """Give a task an outcome of the session's own. Returns False for a duplicate.
 
         `expect_message` is called when a message with an agent's outcome of the task is still to come.
-        Without it, no later holder of the mailbox is told of the task.
+        Without it, no later holder of the mailbox is told of the task. If one may go on with the task, the
+        outcome counts as delivered when it was shown.
         """
         if not self._tracker.resolve(entry, outcome):
             return False
         if expect_message is not None:
             expect_message(entry)
+        elif self.outlives(entry):
+            self.owe(entry)
         elif self._record is not None:
             self._record.withdraw(entry.uid)
         self.announce(entry)

@@ -121,6 +121,11 @@ class Entry:
         return self.outcome is not None
 
     @property
+    def is_settled(self) -> bool:
+        """Whether the broker has it, or never needs it. One that is being sent may still fail."""
+        return self.was_accepted or self.done
+
+    @property
     def is_unsent(self) -> bool:
         """Whether a task that was held is not sent, and a later session may still give it its outcome.
 
@@ -284,7 +289,7 @@ class Tracker:
         return self._submitted
 
     def next_unsent(self) -> int:
-        """Return the lowest sequence number of a task that may still be taken for a send.
+        """Return the lowest sequence number of a task that may still be taken for a send, or be given up.
 
         In the outbox only those that were held are out of order: what stands behind one was submitted later.
         """
@@ -293,7 +298,7 @@ class Tracker:
         return min(first, self._held[0].sequence) if self._held else first
 
     def _forget_held(self) -> None:
-        while self._held and self._held[0].item is None and not self._held[0].is_unsent:
+        while self._held and self._held[0].is_settled and not self._held[0].is_unsent:
             self._held.popleft()
 
     def unsent(self) -> list[Entry]:

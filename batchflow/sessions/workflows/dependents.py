@@ -20,7 +20,6 @@ from batchflow.sessions.workflows.record import WorkflowRecord
 from batchflow.sessions.workflows.task_files import FileMissing, FilePasser
 
 if TYPE_CHECKING:
-    from batchflow.protocol.wire import ResultItem
     from batchflow.sessions.records.outcomes import Outcomes
     from batchflow.sessions.workflows.keeper import WorkflowKeeper
     from batchflow.sessions.workflows.values import ValuePasser
@@ -172,14 +171,9 @@ class Dependents:
     def _end(self, entry: Entry, because: Entry) -> None:
         if because.status is Status.CANCELLED:
             text = f"task {because.task_id} ({because.command}), which it waited for, was cancelled"
-            self._resolve(entry, cancelled_result(entry, text))
+            self._outcomes.resolve(entry, cancelled_result(entry, text))
         else:
-            self._resolve(entry, dependency_failed_result(entry, because))
-
-    def _resolve(self, entry: Entry, outcome: ResultItem) -> None:
-        """Give a task an outcome. A later session gives it again if it was not shown before."""
-        owe = None if self.keeper is None else self.keeper.owe
-        self._outcomes.resolve(entry, outcome, expect_message=owe)
+            self._outcomes.resolve(entry, dependency_failed_result(entry, because))
 
     def _release(self) -> bool:
         """Send the first one that is ready. False when that is for `run` to do."""
@@ -205,11 +199,11 @@ class Dependents:
             return  # it waits on, for a later session
         except FileMissing as error:
             self._releaser.keep_unsent(waiting)
-            self._resolve(waiting.entry, file_missing_result(waiting.entry, str(error)))
+            self._outcomes.resolve(waiting.entry, file_missing_result(waiting.entry, str(error)))
         except (BatchflowError, OSError) as error:
             self._fail(waiting, error)
 
     def _fail(self, waiting: Waiting, error: Exception) -> None:
         entry = waiting.entry
         text = f"its inputs have ended, but it cannot be sent: {error}"
-        self._resolve(entry, submit_failed_result(entry, text))
+        self._outcomes.resolve(entry, submit_failed_result(entry, text))

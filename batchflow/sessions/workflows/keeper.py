@@ -6,6 +6,8 @@ results that they wait for. A message stays there until the broker has all tasks
 - A task is written once the broker has what it waits for, or that is written itself. So a document never
   has a task that waits for one which was lost with the outbox.
 - A document is deleted when all its tasks have ended, and their outcomes were delivered.
+- An outcome that the session gives such a task by itself counts as delivered when it was shown, not before:
+  the task may be written down, or just be being written.
 - A later session sends a task under its first uid. Its outcome is told apart by that alone, and shown once.
 """
 
@@ -155,6 +157,13 @@ class WorkflowKeeper:
             if not self._needed[each]:
                 del self._needed[each]
                 self._mail.release(each.uid)
+
+    def keeps(self, entry: Entry) -> bool:
+        """Return whether a later session may go on with a task.
+
+        It waits or waited for others, and the broker does not have it.
+        """
+        return entry in self._inputs
 
     def owe(self, entry: Entry) -> None:
         """Let an outcome that the session gave itself count as delivered when it was shown, not before.

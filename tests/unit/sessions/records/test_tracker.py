@@ -251,6 +251,24 @@ def test_a_task_cancelled_in_the_outbox_is_never_taken(tracker: Tracker) -> None
     assert take(tracker) == []
 
 
+def test_a_task_that_waited_and_whose_send_failed_stays_unsent(tracker: Tracker) -> None:
+    """Until its outcome was delivered, a later session may go on with it: no message of it is owed."""
+    held = make_entry(0)
+    tracker.hold(held)
+    add(tracker)
+    tracker.release(held, b"item")
+    pack = PackingPolicy(durations=Durations({"x.py": 0.001})).pack(tracker.sending)
+    sent, _ = tracker.take(pack)
+    assert sent[1:] == [held]
+    assert tracker.next_unsent() == 0  # as a checkpoint asks while it is being sent
+    tracker.accepted(sent[:1])
+    tracker.resolve(held, outcome(held))
+    held.acknowledgement = Acknowledgement(lambda: None, 1)
+    assert (tracker.next_unsent(), tracker.sent_beyond(0, [])) == (0, [(1, 1)])
+    held.deliver()
+    assert tracker.next_unsent() == 2
+
+
 def test_a_result_may_come_before_the_send_returns(tracker: Tracker) -> None:
     """Then the broker had the task, and acceptance changes nothing any more."""
     (entry,) = add(tracker)

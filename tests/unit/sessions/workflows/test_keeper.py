@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 
 from batchflow.errors import TasksLeftWaiting
-from batchflow.model import Counts, Result
+from batchflow.model import Counts, Result, Status
 from batchflow.pool import Pool
-from batchflow.protocol.layout import waiting_prefix
-from batchflow.protocol.wire import TaskItem
+from batchflow.protocol.documents import Cancellation
+from batchflow.protocol.layout import cancellation_blob, waiting_prefix
+from batchflow.protocol.wire import TaskItem, make_uid, split_uid
 from batchflow.session import Session
 from batchflow.sessions.workflows.keeper import WorkflowKeeper
-from tests.support.agent import Agent, failure_of
+from tests.support.agent import Agent, failure_of, result_of
 from tests.support.crash import die
 from tests.support.services import Doubles
 from tests.support.session_parts import parts_of
@@ -35,6 +36,13 @@ async def rest(session: Session) -> list[tuple[str, Any]]:
 async def documents(session: Session) -> list[str]:
     ctl, prefix = parts_of(session).context.runtime.ctl, waiting_prefix(session.job_name, session.name)
     return [info.name async for info in ctl.list(prefix)]
+
+
+async def is_cancelled(session: Session, uid: str) -> bool:
+    """Whether agents do not run a task."""
+    ctl = parts_of(session).context.runtime.ctl
+    blob = await ctl.get(cancellation_blob(session.job_name, session.name))
+    return Cancellation.decode(blob.data).covers(*split_uid(uid))
 
 
 async def take(agent: Agent, number: int = 1) -> dict[str, TaskItem]:
@@ -143,6 +151,57 @@ async def test_a_failure_is_followed_in_the_next_session(pool: Pool, agent: Agen
         assert "task a (x.py), which failed: no such city" in str(results[-1].error)
     async with pool.session("c") as third:
         assert await rest(third) == []
+
+
+async def test_an_unread_cancellation_of_what_waits_is_told_by_the_next_session(
+    pool: Pool, agent: Agent
+) -> None:
+    """Once. The next session sends the task, and the document tells agents that it was cancelled."""
+    async with pool.session("c") as first:
+        a = await first.submit("x.py", task_id="a")
+        b = await first.submit("x.py", a, task_id="b")
+        await first.submit("x.py", b, task_id="c")
+        await within(first.flush())
+        await within(b.cancel())
+        assert await is_cancelled(first, make_uid(first.incarnation, 1))
+        items = await take(agent)
+    async with pool.session("c") as second:
+        await agent.answer(items["a"], value=1)
+        (item,) = await agent.take()
+        assert (item.task_id, await is_cancelled(second, item.uid)) == ("b", True)
+        await agent.post([result_of(item, status=Status.CANCELLED, error="refused", kind="TaskCancelled")])
+        kinds = {result.task_id: result.kind for result in await within(second.results().collect())}
+        assert kinds == {"a": None, "b": "TaskCancelled", "c": "TaskCancelled"}
+    async with pool.session("c") as third:
+        assert await rest(third) == []
+
+
+async def test_a_cancellation_of_what_waits_is_shown_once(pool: Pool, agent: Agent) -> None:
+    """What a session has shown, the next one neither sends nor shows."""
+    async with pool.session("c") as first:
+        a = await first.submit("x.py", task_id="a")
+        b = await first.submit("x.py", a, task_id="b")
+        await within(first.flush())
+        await within(b.cancel())
+        assert [result.kind for result in await read(first, 1)] == ["TaskCancelled"]
+        items = await take(agent)
+    async with pool.session("c") as second:
+        await agent.answer(items["a"], value=1)
+        assert await rest(second) == [("a", 1)]
+
+
+async def test_an_unread_expiry_of_what_waits_is_told_by_the_next_session(pool: Pool, agent: Agent) -> None:
+    """So is every outcome that a session gives a task by itself."""
+    async with pool.session("c") as first:
+        a = await first.submit("x.py", task_id="a")
+        late = await first.submit("x.py", a, task_id="late", expires=0.2)
+        await within(first.flush())
+        await eventually(lambda: late.done)
+        items = await take(agent)
+    async with pool.session("c") as second:
+        await agent.answer(items["a"], value=1)
+        kinds = {result.task_id: result.kind for result in await within(second.results().collect())}
+        assert kinds == {"a": None, "late": "TaskExpired"}
 
 
 async def test_what_cannot_be_written_down_is_told(
