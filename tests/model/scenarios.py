@@ -19,6 +19,7 @@ _CHAIN: Final = (Work(), Work(inputs=(0,)), Work(inputs=(1,)))
 _FAILING: Final = (Work(fails=True), Work(inputs=(0,)), Work(inputs=(1, 0), passes=True))
 _ROW: Final = (Work(fails=True), Work(inputs=(0,)), Work(after=(1,)))
 _LONG: Final = (Work(1.0), Work(5.0), Work(100.0, after=(1,)))
+_SHORT: Final = (Work(1.0), Work(5.0), Work(after=(1,)))
 _LATE: Final = (Work(1.0), Work(8.0), Work(after=(0,)), Work(inputs=(0, 1), after=(2,)))
 _JOIN: Final = (Work(), Work(8.0), Work(inputs=(0,), after=(1,)))
 
@@ -71,6 +72,7 @@ SMALL: Final[Mapping[str, Scenario]] = {
     "failures in a row": Scenario((Plan("client", _ROW, graph=True),)),
     "a join": Scenario((Plan("client", _JOIN, graph=True),)),
     "a long task in a graph": Scenario((Plan("client", _LONG, graph=True, closes_after=1),)),
+    "a close before all is written": Scenario((Plan("client", _SHORT, graph=True, closes_after=1),)),
     "a close in a graph": Scenario((Plan("client", _LATE, graph=True, closes_after=2),)),
 }
 """Two or three tasks, two agents, one client."""
@@ -91,6 +93,7 @@ SLOW: Final = frozenset(
         "failures in a row",
         "a join",
         "a long task in a graph",
+        "a close before all is written",
         "a close in a graph",
     }
 )

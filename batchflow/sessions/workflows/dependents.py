@@ -133,8 +133,8 @@ class Dependents:
 
     @property
     def is_behind(self) -> bool:
-        """Whether tasks are to be sent or ended that could not be at once."""
-        return bool(self._ended or self._ready)
+        """Whether tasks are to be sent or ended that could not be at once. Not after `stop`."""
+        return bool(self._ended or self._ready) and not self._stopped
 
     def work(self) -> None:
         """Do what is due, up to a limit. A call from within, by an outcome that this gives, does nothing."""

@@ -278,6 +278,19 @@ async def test_closing_reports_tasks_that_still_wait(pool: Pool, agent: Agent) -
         await within(waiting)
 
 
+async def test_after_its_stop_nothing_is_left_to_do(pool: Pool, agent: Agent) -> None:
+    """What ends while the session closes is left to a later one. No loop waits for it."""
+    async with pool.session("c") as session:
+        a = await session.submit("x.py", task_id="a")
+        await session.submit("x.py", a, task_id="b")
+        await within(session.flush())
+        dependents = parts_of(session).submitter.dependents
+        dependents.stop()
+        await agent.answer(*await agent.take())
+        await within(a)
+        assert not dependents.is_behind
+
+
 async def test_an_error_that_leaves_tasks_waiting_arrives_itself(pool: Pool, agent: Agent) -> None:
     """What the closing says follows from it, and is a note of it."""
 
