@@ -6,10 +6,13 @@ is not known then. Nothing is remembered past a boot of the node, or beyond `MOS
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Final
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Final
 
 from batchflow.support.frozen import frozen
+
+if TYPE_CHECKING:
+    from batchflow.protocol.wire import TaskItem
 
 MOST: Final = 4096
 
@@ -34,3 +37,12 @@ def after_crash(known: Mapping[str, CrashCount], running: Sequence[str], at: flo
             alone=before.alone + alone, in_company=before.in_company + (not alone), last_at=at
         )
     return dict(list(crashes.items())[-MOST:])
+
+
+def died_alone(known: Mapping[str, CrashCount], items: Iterable[TaskItem]) -> bool:
+    """Return whether the agent has died while it ran one of these tasks alone.
+
+    Then all tasks of their message go back apart: while one is on its way back, no other begins. A new
+    message may have such a task, because a later session sends what waited under its first uid.
+    """
+    return any(item.uid in known and known[item.uid].alone for item in items)

@@ -59,7 +59,7 @@ from batchflow.retry import Failure, RetryAfter, RetryPolicy, decide
 from node_agent.scheduling.budgets import Budgets
 from node_agent.scheduling.busy_time import BusyTime
 from node_agent.scheduling.cancellation import FRESH, CancellationCache
-from node_agent.scheduling.crash_history import CrashCount
+from node_agent.scheduling.crash_history import CrashCount, died_alone
 from node_agent.scheduling.events import (
     Announce,
     Arrived,
@@ -309,13 +309,14 @@ class Scheduler:
             item for item in event.tasks if not (event.redelivered and self.settlement.knows(item, message))
         ]
         at_lock = event.age if event.age_at_lock is None else event.age_at_lock
+        apart = len(event.tasks) > 1 and (event.redelivered or died_alone(self.crashes, fresh))
         for task in [self.settlement.take_in(item, message, now, at_lock) for item in fresh]:
-            self._admit(task, event.redelivered, len(event.tasks))
+            self._admit(task, apart=apart)
         if not message.open:
             self.settlement.commands.append(Complete(message.delivery))
 
-    def _admit(self, task: Task, redelivered: bool, companions: int) -> None:
-        """Let a task that has just arrived wait for a slot, or say why it does not."""
+    def _admit(self, task: Task, *, apart: bool) -> None:
+        """Let a task that has just arrived wait for a slot, or say why not. `apart`: see `died_alone`."""
         refusal = _refusal(task.item) or self.budgets.admit(task.item) or self.settlement.lateness(task)
         if refusal is not None:
             self.settlement.conclude(task, refusal)
@@ -323,7 +324,7 @@ class Scheduler:
             self.settlement.conclude(task, _CANCELLED)
         elif self.state == "draining":
             self.settlement.hand_back(task, HandBack(task.number, reason="drain"))
-        elif redelivered and companions > 1:
+        elif apart:
             self.settlement.hand_back(task, HandBack(task.number, reason="isolation"))
         else:
             self._admit_if_harmless(task)

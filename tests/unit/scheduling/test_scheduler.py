@@ -327,6 +327,17 @@ def test_a_crash_is_noted_in_the_history_of_its_task() -> None:
     assert play.arrive(1.0, task(0), redelivered=True) == expected
 
 
+def test_a_new_message_with_a_task_that_killed_the_agent_is_split() -> None:
+    """All of it goes back, as after a redelivery: what stayed here would wait without end."""
+    play = Play(crashes={f"{INCARNATION}:1": CrashCount(alone=1)})
+    commands = play.arrive(1.0, task(0), task(1), task(2))
+    assert commands == [*(to.HandBack(number, reason="isolation") for number in range(3)), to.Hold()]
+    done = [play.at(2.0, to.CopyAccepted(number)) for number in range(3)]
+    assert to.Complete(1) in done[-1]
+    play.at(2.1, to.Completed(1))
+    assert play.arrive(3.0, task(0, hop=1), delivery=2)[0] == to.Prepare(0, (3,))
+
+
 def test_a_task_that_killed_three_agents_ends_as_poisoned() -> None:
     """Two told by its history, one by this node."""
     uid = f"{INCARNATION}:0"
