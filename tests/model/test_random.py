@@ -12,10 +12,10 @@ from tests.model.scenarios import by_seed
 TASKS = 40
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_by_chance_the_promise_is_kept(seed: int) -> None:
-    """Many faults in a short time; more of it: `python -m tests.model random`."""
+    """Many faults in a short time, by the same seeds; `python -m tests.model random` draws others."""
     outcome = play(by_seed(seed, TASKS), Chance(seed, rate=0.005, most=10))
     note(f"{outcome.checker.summary()}: {outcome.checker.told}")
     assert outcome.checker.holds
