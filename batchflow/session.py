@@ -32,7 +32,8 @@ from batchflow.sessions.map_run import DEFAULT_WINDOW, MapRun
 from batchflow.sessions.parts import SessionParts
 from batchflow.sessions.records.context import SessionContext
 from batchflow.sessions.records.stats import SessionStats
-from batchflow.sessions.records.submission import MapOptions, Submission, TaskOptions, repeatable
+from batchflow.sessions.records.submission import Submission, repeatable
+from batchflow.sessions.records.task_options import MapOptions, TaskOptions
 from batchflow.streams import EventStream, MapResults, ResultStream, SessionResults
 from batchflow.support.supervised import Supervised
 from batchflow.task import Task, input_of

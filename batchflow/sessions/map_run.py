@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 from batchflow.functions.command import FunctionCommand, label_of
 from batchflow.protocol.packing import MOST_TASKS
 from batchflow.protocol.values.arguments import as_arguments
-from batchflow.sessions.records.submission import Submission, TaskOptions
+from batchflow.sessions.records.submission import Submission
+from batchflow.sessions.records.task_options import TaskOptions
 from batchflow.support.waiting import ChangeNotifier
 
 if TYPE_CHECKING:

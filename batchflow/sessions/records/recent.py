@@ -22,7 +22,7 @@ from batchflow.support.frozen import frozen
 
 if TYPE_CHECKING:
     from batchflow.protocol.wire import ResultItem
-    from batchflow.sessions.records.submission import TaskOptions
+    from batchflow.sessions.records.task_options import TaskOptions
     from batchflow.sessions.records.tracker import Entry
 
 MOST_RUNS: Final = 5_000

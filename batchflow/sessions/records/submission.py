@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypedDict, Unpack, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Unpack, cast
 
 from batchflow.errors import ConfigurationError
 from batchflow.functions.command import FunctionCommand
@@ -17,6 +17,7 @@ from batchflow.protocol.values import arguments
 from batchflow.protocol.values.encoding import is_finite, to_json
 from batchflow.protocol.wire import Reference, TaskItem
 from batchflow.retry import RetryPolicy
+from batchflow.sessions.records.task_options import TaskOptions
 from batchflow.support.frozen import frozen
 
 if TYPE_CHECKING:
@@ -34,31 +35,8 @@ MOST_BESIDE: Final = 64 * 1024
 """Maximum number of bytes of all but the arguments, which cannot travel by reference."""
 
 
-class TaskOptions(TypedDict, total=False):
-    """What `submit`, `run` and `submit_many` take beside the command; `Session.submit` tells of each."""
-
-    task_id: str | None
-    tag: Any
-    timeout: float | None
-    retry: RetryPolicy | None
-    memory_limit: int | None
-    stream_output: bool
-    after: Any
-    on_failure: Literal["pass"] | None
-    expires: float | timedelta | None
-    requires: Mapping[str, Any] | None
-    priority: Priority | None
-
-
 _REPEATED: Final = ("timeout", "retry", "memory_limit", "stream_output", "requires", "priority", "tag")
 """The options that a repetition of a task has as well."""
-
-
-class MapOptions(TaskOptions, total=False):
-    """What `map` takes beside the command and the inputs: each as `Session.map` has it."""
-
-    ordered: bool
-    window: int | None
 
 
 @frozen

@@ -34,7 +34,7 @@ from batchflow.support.frozen import frozen, maker
 
 if TYPE_CHECKING:
     from batchflow.protocol.lanes import Priority
-    from batchflow.sessions.records.submission import TaskOptions
+    from batchflow.sessions.records.task_options import TaskOptions
     from batchflow.settings import SessionSettings
 
 _result: Final = maker(Result)
