@@ -47,9 +47,7 @@ class Reservations:
 
     def width(self, task: Task) -> int:
         """Return how many slots a task occupies."""
-        if task.needs is None:
-            return 1
-        return self.node.slots if task.needs.slots == ALL else task.needs.slots
+        return 1 if task.needs is None else self._slots(task.needs)
 
     def fits(self, task: Task, free: int) -> bool:
         """Return whether a task can run beside what runs, while so many slots are free."""
@@ -67,12 +65,15 @@ class Reservations:
         """Note that a task is placed in this slot."""
         if task.needs is not None:
             self.held[slot] = task.needs
-            self.extra += self.width(task) - 1
+            self.extra += self._slots(task.needs) - 1
 
     def release(self, slot: int) -> None:
         """Note that nothing runs in this slot any more."""
         if (needs := self.held.pop(slot, None)) is not None:
-            self.extra -= (self.node.slots if needs.slots == ALL else needs.slots) - 1
+            self.extra -= self._slots(needs) - 1
+
+    def _slots(self, needs: Needs) -> int:
+        return self.node.slots if needs.slots == ALL else needs.slots
 
     def misfit(self, task: Task) -> HandBack | None:
         """Return the copy of a task that has arrived, if this node can never run it."""
