@@ -107,10 +107,7 @@ class BroadcastSender(TaskSender):
             orders = found.without(holder, time.time())
             document = Broadcasts(orders if order is None else (*orders, order))
             try:
-                if etag is None:
-                    await ctl.put(layout.BROADCAST_BLOB, document.encode(), create=True)
-                else:
-                    await ctl.put(layout.BROADCAST_BLOB, document.encode(), if_match=etag)
+                await ctl.put(layout.BROADCAST_BLOB, document.encode(), create=etag is None, if_match=etag)
             except (BlobConflict, BlobNotFound):
                 continue  # another client has written it meanwhile
             return
