@@ -27,6 +27,8 @@ SEGMENTS: Final = 4
 """Blobs of the ring: those of `RETENTION`, and the one that is being written."""
 MOST_TEXT: Final = 200
 """Characters of a text in the record; the rest is cut."""
+LAST_TIME: Final = 1e11
+"""Seconds since the epoch, in the year 5138: what a node says is later was made up."""
 STATUSES: Final = ("succeeded", "failed", "cancelled")
 _LONGEST_LINE: Final = 1024 * 1024
 """Bytes of a line that are read; an agent writes far less."""
@@ -139,4 +141,4 @@ def _is_whole(value: Any) -> bool:
 
 
 def _is_time(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value < 1e11
+    return type(value) in (int, float) and 0 <= value < LAST_TIME

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from batchflow.pools.monitoring.buffer import Row, cut
+from batchflow.protocol.activity import LAST_TIME
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from batchflow.protocol.documents import Heartbeat
     from batchflow.protocol.wire import ResultItem
-
-_LAST_TIME: Final = 1e11
-"""Seconds since the epoch, in the year 5138."""
 
 
 def task_row(pool: str, item: ResultItem, now: float, trace_id: str | None = None) -> Row:
@@ -127,7 +125,7 @@ def _trace_and_fields(fields: dict[str, Any]) -> Row:
 
 def moment(at: float | None) -> str | None:
     """Return a time as the service reads it, the nearest that can be written of one that a node made up."""
-    return None if at is None else datetime.fromtimestamp(min(max(at, 0.0), _LAST_TIME), UTC).isoformat()
+    return None if at is None else datetime.fromtimestamp(min(max(at, 0.0), LAST_TIME), UTC).isoformat()
 
 
 def _plain(value: Any) -> Any:
